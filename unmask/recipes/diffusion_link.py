@@ -184,17 +184,21 @@ def demo(work: Work) -> Findings:
 
     right, distance = gain(3, "right"), gain(3, "distance")
     return Findings(
-        about=f"{CLASSES} melodies, embeddings of width {WIDTH}, {_TEST} new tones. Right: the nearest text is of the melody's class. "
-        "Distance: 1 - cosine to the nearest text; a mean of several texts is far from all of them.",
+        about=f"An encoder of sound and one of text put a melody and its names into one space of width {WIDTH}, but apart. A "
+        f"bridge moves the embedding of a tone to where texts are; {CLASSES} melodies with one name or three, {_TEST} "
+        "new tones. Raw: without a bridge; mean shift: moved by the difference of the two means; ridge: linear; "
+        "network: a plain network of the bridge's size. Right: the nearest text is of the melody's class. Distance: 1 - "
+        "cosine to the nearest text; the mean of several texts is far from each of them.",
         verdict=_verdict(right, distance),
         seen=distance["high"] is not None and distance["high"] < 0,
         figures={"many.distance": distance, "many.right": right, "one.right": gain(1, "right")},
         shown=tuple(
             Table(
                 title="One name for each melody" if names == 1 else "Three names for each melody",
-                head=("carried by", "right", "distance"),
+                head=("moved by", "right", "distance"),
                 rows=_rows(functools.partial(figure, names)),
-                note=f"Distance of the two means: {over_seeds([run['gap'] for run in runs])['value']:.2f} of {WIDTH**0.5:.2f}.",
+                note=f"The means of tones and texts are {over_seeds([run['gap'] for run in runs])['value']:.2f} apart; "
+                f"embeddings are {WIDTH**0.5:.2f} long.",
             )
             for names, runs in found.items()
         ),

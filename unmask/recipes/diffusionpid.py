@@ -163,8 +163,11 @@ def demo(work: Work) -> Findings:
         figures[f"{world}.largest_error"] = over_seeds(errors, unit="nats")
         work.on_progress("worlds", n + 1, len(WORLDS))
     return Findings(
-        about="Two binary words and two binary tokens; ln 2 = 0.693 nats is all that a word can tell about a token. Exact: by enumeration. "
-        f"Learned: from {len(work.seeds)} networks. Published: enumeration with the redundancy of the paper.",
+        about="How much two words tell about a token, and which of it both tell (redundant), one alone, or only both together "
+        "(synergy). Two binary words and two binary tokens; ln 2 = 0.693 nats is all that can be told. Worlds: in same "
+        "both words are the first token; in halves each is one token; in xor the first token is their exclusive or; in "
+        "irrelevant the second word says nothing about the first token. Exact: by enumeration. Learned: from "
+        f"{len(work.seeds)} networks. Published: enumeration with the redundancy of the paper.",
         verdict=f"Parts read off trained networks are within {max(worst):.3f} nats of enumeration in all four worlds; with the published "
         "redundancy two worlds get other parts than are meant.",
         seen=max(worst) < _NEAR,

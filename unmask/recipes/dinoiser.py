@@ -144,7 +144,10 @@ def demo(work: Work) -> Findings:
         (_named(clipped), n, *(figure(clipped, n, name) for name in (*SAMPLERS, "other tags"))) for clipped, n in found
     ]
     return Findings(
-        about=f"Captions of nine words from five tags; embeddings of width {_WIDTH}. Exact: every word is right. 20 forwards in every arm.",
+        about=f"Captions of nine words from five tags by diffusion of embeddings of width {_WIDTH}. All noise: times from 0, "
+        "where the nearest embedding is the word itself and nothing is learned; clipped noise: times from t_min, where "
+        "words begin to be confused. Two clocks: the network is told a later time than that of the noise, so it relies "
+        "on its tags. Exact: every word is right. 20 forwards in every arm.",
         verdict=_verdict(gain, over_seeds(both), over_seeds(plain)),
         seen=gain["low"] is not None and gain["low"] > 0,
         figures={"gain": gain, "clipped.two": over_seeds(both), "all.one": over_seeds(plain)},
@@ -152,7 +155,7 @@ def demo(work: Work) -> Findings:
             _recoveries(work.once("recovery", _recovered)),
             Table(
                 title="Exact captions",
-                head=("trained with", "updates", *SAMPLERS, "two clocks, tags of other rows"),
+                head=("trained with", "updates", *SAMPLERS, "two clocks, tags of other captions"),
                 rows=tuple(rows),
                 note="The last column is about 0 where the network reads its tags.",
             ),

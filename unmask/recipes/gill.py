@@ -253,7 +253,8 @@ def _findings(found: list[Json], work: Work, generator_same: bool) -> Findings:
                     )
                     for n in LONG
                 ),
-                note="The album has half of the classes. By the best score: with the threshold that suits the test best.",
+                note="Whether a picture of the story is in an album, which holds half of the classes. By the best score: the "
+                "score of the best picture, with the threshold that suits these very stories best: an upper limit.",
             ),
             Media(title="Drawings of stories, first seed", items=_shown(work)),
         ),

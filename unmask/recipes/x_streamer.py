@@ -307,7 +307,7 @@ def _findings(found: dict[str, list[Json]], timed: list[Json], work: Work) -> Fi
                 note="Chance: face .125, place .33, mouth .25.",
             ),
             *(
-                Plot(title=f"Right {part} over a minute", across="s", up="share", lines=_curves(found, part))
+                Plot(title=f"Right {part} over a minute", across="seconds", up="share", lines=_curves(found, part))
                 for part in ("face", "place")
             ),
             Table(
