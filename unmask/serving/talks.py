@@ -94,8 +94,7 @@ class Talk:
 
     def run(self, emit: Callable[[Json], None]) -> None:
         """Send chunks at their times until the talk is stopped or has lasted ``most_seconds``. A late chunk moves those after it."""
-        interval, began = self.model.seconds, time.monotonic()
-        due = began
+        interval, due = self.model.seconds, time.monotonic()
         with torch.inference_mode():
             letters, moves = self._drive(self._letters, _SILENCE), self._drive(self._moves, _STILL)
             chunks = self.model.stream(letters, moves, face=self.face, seed=self.seed)
