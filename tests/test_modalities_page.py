@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import unmask.recipes
-from unmask.cli import train
+from unmask.cli import recipe_files
 from unmask.cli.main import main
 
 from .pages import ROOT, commands, python
@@ -30,7 +30,7 @@ def test_a_modality_is_added_by_following_the_page(
     (tmp_path / "recipes" / "tunes.py").write_text("\n\n".join(blocks))
     # As if the file lay in unmask/recipes.
     monkeypatch.setattr(unmask.recipes, "__path__", [*unmask.recipes.__path__, str(tmp_path / "recipes")])
-    monkeypatch.setattr(train.recipes, "__defaults__", (tmp_path / "recipes", ("Recipe",)))
+    monkeypatch.setattr(recipe_files, "_RECIPES", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
     try:
         assert main(command.split()[1:]) == 0

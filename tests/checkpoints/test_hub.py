@@ -75,7 +75,7 @@ def test_the_licence_is_said_once(client: Client) -> None:
 @pytest.mark.parametrize(
     ("download", "error", "said"),
     [
-        (False, LocalEntryNotFoundError("x"), "is not in the local cache of the hub; add --download"),
+        (False, LocalEntryNotFoundError("x"), "in the local cache of the hub; check the path, or add --download"),
         (True, LocalEntryNotFoundError("x"), "the hub cannot be reached; retry when online, the download resumes"),
         (True, RepositoryNotFoundError.__new__(RepositoryNotFoundError), "does not exist on the hub"),
         (True, OSError(28, "No space left on device"), r"No space left on device\); retry"),

@@ -62,10 +62,17 @@ def methods(context: click.Context, markdown: bool, as_json: bool) -> None:
         click.echo(page(), nl=False)
     else:
         rows = [
-            [e.name, str(e.card["year"]), e.card["status"], f"{e.minutes:g}" if e.minutes else "", e.card["changes"]]
+            [
+                e.name,
+                e.card["paper"],
+                str(e.card["year"]),
+                e.card["status"],
+                f"{e.minutes:g}" * bool(e.minutes),
+                e.card["changes"],
+            ]
             for e in known
         ]
-        click.echo(table(("method", "year", "status", "minutes", "what it changes"), rows))
+        click.echo(table(("method", "paper", "year", "status", "minutes", "what it changes"), rows))
         news(
             f"\n{_STATUSES}\nunmask methods show NAME says more; unmask methods run NAME takes about so many minutes on two cores."
         )
@@ -174,7 +181,7 @@ def _entry(name: str) -> MethodEntry:
     known = found_methods()
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, 1, 0.7)
-        hint = f"did you mean {near[0]!r}?" if near else "unmask methods lists them"
+        hint = f"did you mean {near[0]!r}?" if near else f"the methods are {', '.join(known)}"
         raise ValueError(f"there is no method {name!r}; {hint}")
     return known[name]
 
