@@ -71,9 +71,9 @@ def answer(model: Model, length: int) -> tuple[Batch, Sampler]:
     return collate(known, [0]).to(model.device), sampler
 
 
-# What is varied, its sizes, and whether one step or the whole schedule counts.
+# What is varied, its sizes, and whether one step or the whole schedule counts. A canvas has a side that its order of positions can halve.
 COSTS: dict[str, tuple[str, Made, Sequence[int], bool]] = {
-    "canvas": ("a drawing step, by pixels", canvas, (512, 768, 1024), False),
+    "canvas": ("a drawing step, by pixels", canvas, (256, 512, 1024), False),
     "batch": ("a drawing step at 512 px, by pictures", pictures, (1, 2, 4, 8), False),
     "boxes": ("boxes, by phrases", boxes, (1, 2, 4, 8), False),
     "answers": ("an answer, by tokens", answer, (16, 32, 64, 128), True),

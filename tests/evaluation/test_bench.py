@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
@@ -47,6 +48,8 @@ def test_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = ("--layers", "1", "--steps", "1", "--repeats", "1", "--warm", "0", "--only", "boxes", "--sizes", "1", "3")
     ran("growth.py", monkeypatch, *small, "--record", "--history", str(history), "--plot", str(picture))
     rows = {row["name"]: row for row in map(json.loads, history.read_text().splitlines())}
+    sides = importlib.import_module("growth").COSTS["canvas"][2]
+    assert all(side & (side - 1) == 0 for side in sides), "the stratified order of the random networks halves them"
     grown = rows["growth.boxes"]["more"]
     assert set(rows) == {"growth.boxes.1", "growth.boxes.3", "growth.boxes"}
     assert grown["operations"] > 1 and (grown["least"], grown["most"]) == (1, 3)
