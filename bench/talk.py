@@ -1,8 +1,8 @@
 """A talk in a browser: the time of a chunk, the chunks that came late, and how soon the picture follows a change.
 
 ``python bench/talk.py runs/talker [--seconds 60] [--threads 1] [--history bench/history.jsonl]`` serves a model of ``x_streamer.talker``
-in this process, opens its page in Chromium and types and moves all the time. Nothing is faked: the clock is that of the page, from the
-click to the frame on its canvas.
+in this process, opens its page in Chromium and types and moves all the time. The clock is that of the page, from the click to the
+frame on its canvas.
 """
 
 from __future__ import annotations

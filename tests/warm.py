@@ -30,12 +30,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
+# Every optimiser imports the first one.
 IMPORTED = (
-    *(
-        "torch._dynamo",
-        "torch.distributed.run",
-        "torch.distributed.fsdp",
-    ),  # the first one is imported by every optimiser
+    *("torch._dynamo", "torch.distributed.run", "torch.distributed.fsdp"),
     *("unmask.pipeline.opening", "unmask.training.train"),
 )
 Living = dict[int, tuple[int, socket.socket]]  # process file descriptor -> process, its caller

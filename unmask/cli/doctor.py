@@ -81,14 +81,18 @@ def _environment(device: str) -> Json:
     from unmask.evaluation.history import cpu
 
     there = _packages()
-    missing = [name for name in _OPTIONAL if not any(one.startswith(f"{name} ") for one in there)]
+    shown = [f"{name} {found}" for name, found in there.items()]
+    missing = [name for name in _OPTIONAL if name not in there]
     return {
         **{"unmask": __version__, "python": platform.python_version(), "torch": torch.__version__},
         **{"system": f"{platform.system()} {platform.release()} {platform.machine()}", "processor": cpu()},
         **{"instructions": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         **{"devices": ", ".join(available()), "memory": _memory(device)},
-        **{"packages": ", ".join(there) or "none of the extras", "not installed": ", ".join(missing) or "nothing"},
+        **{
+            "packages": ", ".join(shown) or "none of the extras",
+            "not installed": ", ".join(missing) or "nothing",
+        },
         **{"caches": ", ".join(_caches()) or "empty"},
     }
 
@@ -101,12 +105,12 @@ def _memory(device: str) -> str:
     return ", ".join(f"{n / GIB:.1f} GiB free on {place}" for place, n in free.items() if n is not None) or "not known"
 
 
-def _packages() -> list[str]:
-    """Name and version of every optional package that is installed."""
-    found = []
+def _packages() -> dict[str, str]:
+    """The version of every optional package that is installed, by name."""
+    found = {}
     for name in _OPTIONAL:
         try:
-            found.append(f"{name} {version(name)}")
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found

@@ -29,8 +29,18 @@ class KeptSettings:
         pass
 
 
-def kept_settings(folder: Path) -> list[str]:
-    """The settings of the run in a folder; none where there is no such file."""
+def with_kept_settings(folder: Path, chosen: Sequence[str]) -> list[str]:
+    """The settings of the run in a folder, those of another value left out, and the chosen ones."""
+    given = {_name(one) for one in chosen}
+    return [*(one for one in _kept(folder) if _name(one) not in given), *chosen]
+
+
+def _name(setting: str) -> str:
+    return setting.partition("=")[0].strip()
+
+
+def _kept(folder: Path) -> list[str]:
+    """None where there is no such file, or it is damaged."""
     try:
         kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -67,7 +67,7 @@ def methods(context: click.Context, markdown: bool, as_json: bool) -> None:
                 e.card["paper"],
                 str(e.card["year"]),
                 e.card["status"],
-                f"{e.minutes:g}" * bool(e.minutes),
+                f"{e.minutes:g}" if e.minutes else "",
                 e.card["changes"],
             ]
             for e in known

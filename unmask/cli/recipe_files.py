@@ -7,7 +7,6 @@ that is named beside --help.
 from __future__ import annotations
 
 import ast
-import inspect
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,12 +34,12 @@ class RecipeFile:
         return textwrap.shorten(self.about.partition("\n\n")[0], 110, placeholder=" …")
 
 
-def recipes(folder: Path = _RECIPES, kinds: Sequence[str] = _KINDS) -> dict[str, str]:
+def recipes() -> dict[str, str]:
     """``file.function`` (or ``name`` if both are that) -> first paragraph of its docstring on one line, for every public function that
-    returns a ``Recipe``, or a ``Chain`` or ``Series`` of them (``kinds``).
+    returns a ``Recipe``, or a ``Chain`` or ``Series`` of them.
     """
-    known = [one for path in sorted(folder.glob("*.py")) for one in _recipes_of(path, path.stat().st_mtime_ns)]
-    return {one.name: one.line for one in known if one.kind in kinds}
+    known = [one for path in sorted(_RECIPES.glob("*.py")) for one in _recipes_of(path, path.stat().st_mtime_ns)]
+    return {one.name: one.line for one in known}
 
 
 def is_recipe(name: str, kinds: Sequence[str] = _KINDS) -> bool:
@@ -53,7 +52,7 @@ def described(name: str) -> RecipeFile | None:
     """The recipe of a name; None where there is none."""
     path = _RECIPES / f"{name.partition('.')[0]}.py"
     found = _recipes_of(path, path.stat().st_mtime_ns) if path.stem.isidentifier() and path.exists() else ()
-    return next((one for one in found if one.name == name and one.kind in _KINDS), None)
+    return next((one for one in found if one.name == name), None)
 
 
 @cache
@@ -63,13 +62,17 @@ def _recipes_of(path: Path, changed: int) -> tuple[RecipeFile, ...]:
     constants = _constants(body)
     for node in body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and isinstance(node.returns, ast.Name):
+            if node.returns.id not in _KINDS:
+                continue
             name = node.name if node.name == path.stem else f"{path.stem}.{node.name}"
             given = [*node.args.args, *node.args.kwonlyargs]
-            defaults = [None] * (len(node.args.args) - len(node.args.defaults)) + node.args.defaults
-            values = [*defaults, *node.args.kw_defaults]
+            required = [None] * (len(node.args.args) - len(node.args.defaults))
+            values = [
+                None if value is None else ast.unparse(value)
+                for value in (*required, *node.args.defaults, *node.args.kw_defaults)
+            ]
             arguments = tuple(
-                argument.arg
-                + (f"={constants.get(ast.unparse(value), ast.unparse(value))}" if value is not None else "")
+                argument.arg if value is None else f"{argument.arg}={constants.get(value, value)}"
                 for argument, value in zip(given, values, strict=True)
             )
             about = ast.get_docstring(node) or ""
@@ -106,7 +109,7 @@ class RecipeHelp(click.Command):
         found = ctx.meta.get(__name__)
         if not isinstance(found, RecipeFile):
             return super().format_help(ctx, formatter)
-        formatter.write(f"{found.name}: {inspect.cleandoc(found.about)}\n\n")
+        formatter.write(f"{found.name}: {found.about}\n\n")
         with formatter.section("Arguments, with their defaults (-o NAME=VALUE)"):
             formatter.write("".join(f"  {argument}\n" for argument in found.arguments) or "  none\n")
         formatter.write(

@@ -17,7 +17,7 @@ import click
 
 from unmask.cli import completion
 from unmask.cli.chains import train_chain, train_series
-from unmask.cli.kept_settings import KeptSettings, kept_settings
+from unmask.cli.kept_settings import KeptSettings, with_kept_settings
 from unmask.cli.options import json_option, setting_option, threads_option, use_threads
 from unmask.cli.output import news, print_json, table
 from unmask.cli.recipe_files import RecipeHelp, is_recipe, recipes
@@ -175,8 +175,7 @@ def train(
     chosen = [*([f"seed={seed}"] if seed is not None else []), *settings]
     chosen += [f"training.device={device}"] if device is not None else []
     if resume:
-        given = {one.partition("=")[0].strip() for one in chosen}
-        chosen = [*(one for one in kept_settings(folder) if one.partition("=")[0].strip() not in given), *chosen]
+        chosen = with_kept_settings(folder, chosen)
     words = [recipe, "--out", str(folder), "--resume", *(w for s in chosen for w in ("-o", s))]
     words += ["--allow-changes"] if allow_changes else []
     words += ["--log", log] if log else []

@@ -28,7 +28,8 @@ from unmask.serving.document import add_document_route
 from unmask.serving.edit_form import edit_form, edit_schema
 from unmask.serving.errors import MissingScope, NoSuchModel
 from unmask.serving.guarded import RUN_HEADER, disconnected, guarded, json_answer, stream
-from unmask.serving.live_runs import LiveRuns, add_live_route, owner_of
+from unmask.serving.live_runs import LiveRuns, add_live_route
+from unmask.serving.owned_runs import owner_of
 from unmask.serving.page_routes import add_page_routes
 from unmask.serving.picture_urls import Link, PictureUrls, add_picture_route, data_url
 from unmask.serving.replies import Reply

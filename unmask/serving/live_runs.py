@@ -7,14 +7,8 @@ may change it: the same API key, where the server has keys. Its name has 128 ran
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import json
-import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import FastAPI, Request, Response
@@ -25,13 +19,12 @@ from unmask.serving.access import DRAW
 from unmask.serving.contract import Changed
 from unmask.serving.contract import answers as responding
 from unmask.serving.data_urls import picture_of
-from unmask.serving.errors import FieldError, MissingScope, NoSuchRun, NotYourRun, about
+from unmask.serving.errors import FieldError, MissingScope, about
+from unmask.serving.owned_runs import OwnedRuns, owner_of, run_name
 from unmask.serving.picture_reader import PictureReader
 from unmask.serving.schema import MOST_PICTURES, BoxOf, Strict, Text, Visible
 from unmask.tasks.live import Live, RunOver
 from unmask.tokens.layouts import layout_of
-
-_MOST_KEPT = 1000  # finished drawings whose names are remembered, so that a late change learns why it is refused
 
 
 class Change(Strict):
@@ -54,46 +47,27 @@ class Change(Strict):
         return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    owner: bytes
-    lives: tuple[Live, ...]
-
-
 class LiveRuns:
     """The drawings that may be changed, by name. Thread-safe."""
 
     def __init__(self) -> None:
-        self._runs: OrderedDict[str, _Run] = OrderedDict()
-        self._lock = threading.Lock()
+        self._runs = OwnedRuns[tuple[Live, ...]](
+            what="drawing", start="stream and live", over=lambda lives: all(live.over for live in lives)
+        )
 
     def open(self, lives: Sequence[Live], owner: bytes) -> str:
-        name = f"draw-{secrets.token_hex(16)}"
-        with self._lock:
-            self._runs[name] = _Run(owner=owner, lives=tuple(lives))
-            over = [known for known, run in self._runs.items() if all(live.over for live in run.lives)]
-            for known in over[: max(0, len(over) - _MOST_KEPT)]:
-                del self._runs[known]
+        name = run_name("draw")
+        self._runs.add(name, owner, tuple(lives))
         return name
 
     def lives(self, name: str, owner: bytes, picture: int | None) -> tuple[Live, ...]:
         """The pictures that a change is about. NoSuchRun, NotYourRun, FieldError."""
-        with self._lock:
-            run = self._runs.get(name)
-        if run is None:
-            raise NoSuchRun(f"there is no drawing {name[:60]!r} to change; start one with stream and live")
-        if not hmac.compare_digest(run.owner, owner):
-            raise NotYourRun("this drawing was started with another API key; use that one")
+        lives = self._runs.find(name, owner)
         if picture is None:
-            return run.lives
-        if picture >= len(run.lives):
-            raise FieldError(f"picture: the drawing has {len(run.lives)} pictures, numbered from 0", "picture")
-        return run.lives[picture : picture + 1]
-
-
-def owner_of(request: Request) -> bytes:
-    """Who sends a request: a hash of the API key."""
-    return hashlib.sha256(request.headers.get("authorization", "").encode()).digest()
+            return lives
+        if picture >= len(lives):
+            raise FieldError(f"picture: the drawing has {len(lives)} pictures, numbered from 0", "picture")
+        return lives[picture : picture + 1]
 
 
 def add_live_route(app: FastAPI, runs: LiveRuns, pictures: PictureReader) -> None:

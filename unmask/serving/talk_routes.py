@@ -6,7 +6,6 @@ errors are those of every server.
 
 from __future__ import annotations
 
-import hmac
 import secrets
 from importlib.resources import files
 from pathlib import Path
@@ -21,12 +20,12 @@ from unmask.serving.access import DRAW, Access
 from unmask.serving.contract import answers as responding
 from unmask.serving.counting import RequestCounters, render_prometheus
 from unmask.serving.document import add_document_route
-from unmask.serving.errors import MissingScope, NoSuchRun, NotYourRun
+from unmask.serving.errors import MissingScope
 from unmask.serving.guarded import RUN_HEADER, guarded, json_answer, stream
-from unmask.serving.live_runs import owner_of
+from unmask.serving.owned_runs import owner_of
 from unmask.serving.schema import MOST_SEED, Strict
 from unmask.serving.streams import Channel, Wire, sse
-from unmask.serving.talks import Talk, Talks
+from unmask.serving.talks import Talks
 
 LONGEST = 3600  # seconds of a talk
 _WEB = Path(str(files("unmask"))) / "serving" / "web"
@@ -99,18 +98,9 @@ def _add_talk_routes(app: FastAPI, talks: Talks) -> None:
         """Say something or move, while the talk runs."""
         if DRAW not in request.state.scopes:
             raise MissingScope(DRAW)
-        talk = _own(talks, name, owner_of(request))
+        talk = talks.find(name, owner_of(request))
         change = talk.change(say=body.say, move=body.move)
         return json_answer({"name": name, "change": change, "waiting": talk.waiting})
-
-
-def _own(talks: Talks, name: str, owner: bytes) -> Talk:
-    talk = talks.find(name)
-    if talk is None:
-        raise NoSuchRun(f"there is no talk {name[:60]!r} to change; start one with POST /v1/talks")
-    if not hmac.compare_digest(talk.owner, owner):
-        raise NotYourRun("this talk was started with another API key; use that one")
-    return talk
 
 
 def _add_state_routes(app: FastAPI, talks: Talks, counters: RequestCounters) -> None:

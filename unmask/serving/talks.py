@@ -10,12 +10,11 @@ it is seen and heard after one interval and the time of a chunk at most.
 from __future__ import annotations
 
 import base64
-import secrets
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -24,12 +23,12 @@ from PIL import Image
 
 from unmask.json_types import Json
 from unmask.serving.delivery import encoded
+from unmask.serving.owned_runs import OwnedRuns, run_name
 from unmask.serving.requests import QueueFull
 from unmask.serving.service import Draining
 from unmask.tasks.live import RunOver, TooManyChanges
 
 MOST_WAITING = 2000  # letters and moves of one talk that were sent and not used yet
-_MOST_KEPT = 1000  # finished talks whose names are remembered
 _SILENCE, _STILL = " ", "."
 
 
@@ -61,9 +60,9 @@ class Talker(Protocol):
 class Talk:
     """One stream. ``change`` and ``stop`` may be called in any thread."""
 
-    def __init__(self, model: Talker, *, owner: bytes, face: int, seed: int, most_seconds: float) -> None:
-        self.model, self.owner, self.face, self.seed, self.most_seconds = model, owner, face, seed, most_seconds
-        self.name = f"talk-{secrets.token_hex(16)}"
+    def __init__(self, model: Talker, *, face: int, seed: int, most_seconds: float) -> None:
+        self.model, self.face, self.seed, self.most_seconds = model, face, seed, most_seconds
+        self.name = run_name("talk")
         self.count = 0  # changes so far
         self.over = threading.Event()
         self._lock = threading.Lock()
@@ -134,15 +133,14 @@ class Talks:
     def __init__(self, model: Talker, *, name: str, most: int = 8) -> None:
         self.model, self.name, self.most = model, name, most
         self.draining = False
-        self._lock = threading.RLock()
-        self._talks: OrderedDict[str, Talk] = OrderedDict()
+        self._lock = threading.Lock()
+        self._talks = OwnedRuns[Talk](what="talk", start="POST /v1/talks", over=lambda talk: talk.over.is_set())
         self._futures: set[Future[None]] = set()
         self._threads = ThreadPoolExecutor(most, thread_name_prefix="talk")
 
     @property
     def under_way(self) -> int:
-        with self._lock:
-            return sum(not talk.over.is_set() for talk in self._talks.values())
+        return len(self._talks.under_way())
 
     def start(
         self, emit: Callable[[Json | BaseException | None], None], *, owner: bytes, face: int, seed: int, seconds: float
@@ -152,33 +150,27 @@ class Talks:
         """
         if not 0 <= face < self.model.faces:
             raise ValueError(f"face: there is no face {face}; choose from 0 to {self.model.faces - 1}")
-        talk = Talk(self.model, owner=owner, face=face, seed=seed, most_seconds=seconds)
+        talk = Talk(self.model, face=face, seed=seed, most_seconds=seconds)
         with self._lock:
             if self.draining:
                 raise Draining("the server is about to stop and takes nothing more; ask another one")
             if (now := self.under_way) >= self.most:
                 raise QueueFull(now, self.model.seconds * 4)
-            self._talks[talk.name] = talk
-            over = [name for name, known in self._talks.items() if known.over.is_set()]
-            for name in over[: max(0, len(over) - _MOST_KEPT)]:
-                del self._talks[name]
+            self._talks.add(talk.name, owner, talk)
             future = self._threads.submit(self._run, talk, emit)
             self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         return talk
 
-    def find(self, name: str) -> Talk | None:
-        with self._lock:
-            return self._talks.get(name)
+    def find(self, name: str, owner: bytes) -> Talk:
+        """NoSuchRun, and NotYourRun for another owner."""
+        return self._talks.find(name, owner)
 
     def drain(self, seconds: float) -> bool:
         """End all talks and take no more: they have no end of their own. False if that took longer than ``seconds``."""
         self._stop()
         self._threads.shutdown(wait=False)
-        end = time.monotonic() + seconds
-        while self._futures and time.monotonic() < end:
-            time.sleep(0.01)
-        return not self._futures
+        return not wait(set(self._futures), seconds).not_done
 
     def close(self) -> None:
         self._stop()
@@ -187,7 +179,7 @@ class Talks:
     def _stop(self) -> None:
         with self._lock:
             self.draining = True
-            for talk in self._talks.values():
+            for talk in self._talks.under_way():
                 talk.stop()
 
     def _run(self, talk: Talk, emit: Callable[[Json | BaseException | None], None]) -> None:
