@@ -46,13 +46,22 @@ class Visit:
     expected: str = ""
 
     def page(self, fragment: str = "", *, tab: str = "Draw") -> Page:
+        page = self._opened(fragment)
+        expect(page.get_by_role("tab", name=tab) if tab else page.get_by_role("heading")).to_be_visible()
+        return page
+
+    def locked(self) -> Page:
+        """The page of a server with API keys, which asks for one."""
+        self.expected = "status of 401"
+        return self._opened()
+
+    def _opened(self, fragment: str = "") -> Page:
         page = self.context.new_page()
         page.set_default_timeout(PATIENCE)
         page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
         page.goto(f"{self.url}/{fragment}")
-        expect(page.get_by_role("tab", name=tab) if tab else page.get_by_role("heading")).to_be_visible()
         return page
 
 

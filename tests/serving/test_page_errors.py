@@ -85,11 +85,7 @@ def test_the_api_key_is_requested_once(visits: Callable[..., Visit], model: Any)
     with Server(
         Service(model, name="mini"), listen("127.0.0.1", 0), access=Access(keys=plain_keys(["opensesame"]))
     ) as locked:
-        visit = visits(locked.url)
-        visit.expected = "status of 401"
-        page = visit.context.new_page()
-        page.on("request", lambda request: visit.asked.append(request.url))
-        page.goto(locked.url)
+        page = visits(locked.url).locked()
         page.get_by_label("stored in this tab only").fill("opensesame")
         page.get_by_role("button", name="Use key").click()
         draw = panel(page, "Draw")
@@ -101,11 +97,7 @@ def test_a_key_that_was_dismissed_or_wrong_is_asked_for_again(visits: Callable[.
     with Server(
         Service(model, name="mini"), listen("127.0.0.1", 0), access=Access(keys=plain_keys(["open"]))
     ) as locked:
-        visit = visits(locked.url)
-        visit.expected = "status of 401"
-        page = visit.context.new_page()
-        page.on("request", lambda request: visit.asked.append(request.url))
-        page.goto(locked.url)
+        page = visits(locked.url).locked()
         page.get_by_label("stored in this tab only").press("Escape")
         expect(page.get_by_role("alert")).to_contain_text("This server requires a valid API key.")
         page.get_by_role("button", name="API key", exact=True).click()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from unmask.data.world import puppet
+from unmask.serving.access import Access, plain_keys
 from unmask.serving.server import Server, listen
 from unmask.serving.talks import Talks
 
@@ -81,6 +82,18 @@ def test_another_talk_than_the_server_takes_is_refused_on_the_page(
     expect(other.get_by_role("alert")).to_contain_text("queue is full")
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("button", name="Start")).to_be_visible()
+
+
+def test_a_key_is_asked_for(visits: Callable[..., Visit]) -> None:
+    talks, access = Talks(Scripted(seconds=0.1), name="face"), Access(keys=plain_keys(["open"]))
+    with Server(talks, listen("127.0.0.1", 0), access=access) as locked:
+        page = visits(locked.url).locked()
+        page.get_by_label("stored in this tab only").fill("open")
+        page.keyboard.press("Enter")
+        begun(page)
+        page.get_by_role("button", name="Left").click()
+        followed(page, 1)
+        page.get_by_role("button", name="Stop").click()
 
 
 @pytest.mark.skipif(not AXE.exists(), reason="no axe-core: make axe fetches it from npm")

@@ -1,12 +1,13 @@
 // Entry point of the page: task tabs, connection status, colour theme.
 
-import { getJSON, hasKey, setKey } from "./api.js";
+import { getJSON } from "./api.js";
 import { chatPanel } from "./chat.js";
 import { h, say } from "./dom.js";
 import { drawPanel } from "./draw.js";
 import { editPanel } from "./edit.js";
 import { Gallery, linked } from "./gallery.js";
 import { links } from "./links.js";
+import { askKey } from "./key.js";
 import { askPanel, groundPanel } from "./understand.js";
 import { known } from "./pictures.js";
 
@@ -141,19 +142,9 @@ function lost() {
   }, RECONNECT);
 }
 
-/** Ask for the API key, then continue. */
 function needKey(again = null) {
   keyButton.hidden = false;
-  const why = again && hasKey() ? "The server did not accept this key. Enter another one." : "This server requires an API key.";
-  const input = h("input", { type: "password", id: "key-input", autocomplete: "off", required: true });
-  const dialog = h("dialog", { class: "ask-key", "aria-label": "API key", onclose: () => dialog.remove() });
-  const form = h("form", { method: "dialog", onsubmit: () => {
-    setKey(input.value.trim());
-    again?.();
-  } }, h("label", { htmlFor: "key-input" }, `${why} The key is stored in this tab only.`), input, h("button", { type: "submit", class: "primary" }, "Use key"));
-  dialog.append(form);
-  document.body.append(dialog);
-  dialog.showModal();
+  askKey(again);
 }
 
 const dark = () => document.documentElement.dataset.theme === "dark" || (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);

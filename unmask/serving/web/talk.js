@@ -2,6 +2,7 @@
 
 import { events, getJSON, patch, post } from "./api.js";
 import { dataUrl, decoded, h, say } from "./dom.js";
+import { askKey } from "./key.js";
 import { Player } from "./player.js";
 
 const KEYS = { ArrowLeft: "<", ArrowRight: ">" };
@@ -122,7 +123,8 @@ async function begin() {
   try {
     main.replaceChildren(...new Talk(await getJSON("v1/talks")).elements);
   } catch (error) {
-    main.replaceChildren(h("div", { class: "error alone", role: "alert" }, h("p", {}, error.message)));
+    if (error.status === 401) askKey(begin);
+    main.replaceChildren(h("div", { class: "error alone", role: "alert" }, h("p", {}, error.message), h("button", { type: "button", class: "second", onclick: begin }, "Try again")));
   }
 }
 
